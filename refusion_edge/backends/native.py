@@ -79,8 +79,8 @@ class NativeBackend:
 
     Args:
         state: All parameters of one of the networks.
-        precision: ``fp32``; or, for the paper's network, ``bf16`` to compute the products of 1x1 and dense 3x3 convolutions
-            and of the attention's mixing with eight bits of mantissa, while their sums and everything else stay in fp32; or,
+        precision: ``fp32``; or, for the paper's network, ``bf16`` to compute the products of 1x1 convolutions and of the
+            attention's mixing with eight bits of mantissa, while their sums and everything else stay in fp32; or,
             for ``fast``, ``fp16`` to compute the convolutions in half precision.
         threads: Threads; 0 for one per core that this process may use.
         size_hw: Height and width that all planes must have, or None for any size.

@@ -2,43 +2,20 @@
 // composition of the result out of the sources.
 #pragma once
 
+#include "convolution.hpp"
 #include "fast_kernels.hpp"
-#include "numbers.hpp"
 #include "tile.hpp"
 
 namespace refusion::REFUSION_ISA {
 
-inline constexpr int fast_outputs = REFUSION_FAST_OUTPUT_BLOCK;
-inline constexpr int fast_vectors = REFUSION_FAST_VECTOR_BLOCK;
-
-// Register blocks side by side whose mixed inputs fit into the first cache together.
-inline constexpr int fast_block_bytes = fast_vectors * static_cast<int>(sizeof(Numbers));
-inline constexpr int fast_blocks_of_columns = 128 / fast_block_bytes < 1 ? 1 : 128 / fast_block_bytes;
-inline constexpr int fast_columns = fast_blocks_of_columns * fast_vectors * number_lanes;
-inline constexpr int fast_mix_pitch = (fast_columns + 2 + number_lanes - 1) / number_lanes * number_lanes;  // with a neighbor at both sides
-
-inline constexpr int fast_ring = kFastRows + 2;  // rows that the next layer sees at a time
 inline constexpr int fast_halo = 16;             // columns in front of a tile; at least the number of layers
 static_assert(fast_halo >= kFastMostLayers);
-
-inline constexpr float fast_root = 0.70710678118654752f;  // 1/sqrt 2, the first of the points; the other is twice as much
-
-// The last rows of some channels, those of a row one after the other.
-struct FastRing {
-    Number* data;
-    int channels;
-    std::ptrdiff_t pitch;
-
-    // Counts rows from -96 on.
-    Number* row(int index) const { return data + (index + 96) % fast_ring * (channels * pitch); }
-    void clear(int index) const { std::memset(row(index), 0, sizeof(Number) * static_cast<unsigned long>(channels * pitch)); }
-};
 
 // How the scratch is cut for tiles of so many columns; without its start, only its size is found.
 struct FastScratch {
     static constexpr int cache_line = 64;
 
-    FastRing rings[kFastMostLayers + 1];  // the input of each layer, and the result of the last
+    Ring rings[kFastMostLayers + 1];  // the input of each layer, and the result of the last
     Number* mixes;
     float* lines[3];  // rows of the planes
     float* results;   // a row of pixels of the planes of the last layer as floats; empty if they are floats already
@@ -60,13 +37,13 @@ struct FastScratch {
             if (rings[i].channels > most) most = rings[i].channels;
         }
         rings[image.layer_count] = {nullptr, image.layers[image.layer_count - 1].outputs, pitch};
-        for (int i = 0; i <= image.layer_count; ++i) take(rings[i].data, fast_ring * rings[i].channels * pitch);
-        take(mixes, static_cast<std::ptrdiff_t>(kFastMixes) * most * fast_mix_pitch);
+        for (int i = 0; i <= image.layer_count; ++i) take(rings[i].data, rows_in_ring * rings[i].channels * pitch);
+        take(mixes, static_cast<std::ptrdiff_t>(kConvolutionMixes) * most * mix_columns);
         for (float*& line : lines) take(line, image.factor * (columns + 2 * image.layer_count) + number_lanes);
         result_pitch = numbers_are_floats ? pitch : columns + number_lanes;
         take(results, numbers_are_floats ? 0 : 2 * image.factor * result_pitch);
         // May be read behind the last row.
-        bytes = static_cast<std::size_t>(used) + (fast_columns + 2 * number_lanes) * sizeof(Number);
+        bytes = static_cast<std::size_t>(used) + (convolution_columns + 2 * number_lanes) * sizeof(Number);
     }
 };
 
@@ -74,110 +51,6 @@ inline std::size_t fast_scratch(const FastImage& image, int columns) { return Fa
 
 inline void round_numbers(const float* from, std::size_t count, void* to) {
     for (std::size_t i = 0; i < count; ++i) static_cast<Number*>(to)[i] = static_cast<Number>(from[i]);
-}
-
-// Six rows of one channel become six mixes, for one block of columns.
-REFUSION_INLINE void mix_rows(const Number* const (&rows)[fast_ring], Number* mixes, std::ptrdiff_t mix_pitch) {
-    for (int at = 0; at < fast_mix_pitch; at += number_lanes) {
-        Numbers x[fast_ring];
-#pragma GCC unroll 6
-        for (int i = 0; i < fast_ring; ++i) x[i] = load(rows[i] + at);
-        const Numbers even = x[4] - repeated(2.0f) * x[2], odd = x[3] - repeated(2.0f) * x[1];
-        const Numbers even_2 = x[4] - repeated(0.5f) * x[2], odd_2 = x[3] - repeated(0.5f) * x[1];
-        Number* y = mixes + at;
-        store(y, x[0] + x[4] - repeated(2.5f) * x[2]);
-        store(y + mix_pitch, even + repeated(fast_root) * odd);
-        store(y + 2 * mix_pitch, even - repeated(fast_root) * odd);
-        store(y + 3 * mix_pitch, even_2 + repeated(2 * fast_root) * odd_2);
-        store(y + 4 * mix_pitch, even_2 - repeated(2 * fast_root) * odd_2);
-        store(y + 5 * mix_pitch, x[1] + x[5] - repeated(2.5f) * x[3]);
-    }
-}
-
-// A register block of a convolution: `Outputs` outputs in four rows of `Vectors` vectors.
-template <int Outputs, int Vectors>
-inline void convolve_block(const Number* __restrict mixes, int inputs, const Number* __restrict weights, const float* biases, float slope,
-                           Number* const (&to)[kFastRows], std::ptrdiff_t to_pitch) {
-    Numbers products[kFastMixes][Outputs][Vectors];
-#pragma GCC unroll 1
-    for (int mix = 0; mix < kFastMixes; ++mix) {
-        Numbers sums[Outputs][Vectors] = {};
-#pragma GCC unroll 1
-        for (int input = 0; input < inputs; ++input, mixes += fast_mix_pitch) {
-            // Unrolled, GCC 12 keeps sums in memory.
-#pragma GCC unroll 1
-            for (int tap = 0; tap < 3; ++tap, weights += Outputs) {
-                Numbers x[Vectors];
-#pragma GCC unroll 8
-                for (int v = 0; v < Vectors; ++v) x[v] = load(mixes + tap + v * number_lanes);
-                add_products(sums, weights, x);
-            }
-        }
-#pragma GCC unroll 8
-        for (int o = 0; o < Outputs; ++o) {
-#pragma GCC unroll 8
-            for (int v = 0; v < Vectors; ++v) products[mix][o][v] = sums[o][v];
-        }
-    }
-#pragma GCC unroll 1
-    for (int o = 0; o < Outputs; ++o) {
-        const Numbers bias = repeated(biases[o]), factor = repeated(slope);
-#pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) {
-            const Numbers even = products[1][o][v] + products[2][o][v], odd = products[1][o][v] - products[2][o][v];
-            const Numbers even_2 = products[3][o][v] + products[4][o][v], odd_2 = products[3][o][v] - products[4][o][v];
-            const auto finish = [&](int row, Numbers y) { store(to[row] + o * to_pitch + v * number_lanes, most(y, factor * y)); };
-            finish(0, products[0][o][v] + even + even_2 + bias);
-            finish(1, repeated(fast_root) * (odd + repeated(2.0f) * odd_2) + bias);
-            finish(2, repeated(0.5f) * (even + repeated(4.0f) * even_2) + bias);
-            finish(3, repeated(0.5f * fast_root) * (odd + repeated(8.0f) * odd_2) + (products[5][o][v] + bias));
-        }
-    }
-}
-
-// `Outputs` outputs in four rows, columns [0, columns) of one block of columns.
-template <int Outputs>
-inline void convolve_columns(const Number* mixes, int inputs, const Number* weights, const float* biases, float slope,
-                             Number* const (&to)[kFastRows], std::ptrdiff_t to_pitch, int columns) {
-    Number* rows[kFastRows];
-    for (int at = 0; at < columns && at < fast_columns; at += fast_vectors * number_lanes) {
-        for (int i = 0; i < kFastRows; ++i) rows[i] = to[i] + at;
-        if (columns - at > (fast_vectors - 1) * number_lanes) {
-            convolve_block<Outputs, fast_vectors>(mixes + at, inputs, weights, biases, slope, rows, to_pitch);
-        } else if (fast_vectors > 2 && columns - at > number_lanes) {
-            convolve_block<Outputs, 2>(mixes + at, inputs, weights, biases, slope, rows, to_pitch);
-        } else {
-            convolve_block<Outputs, 1>(mixes + at, inputs, weights, biases, slope, rows, to_pitch);
-        }
-    }
-}
-
-// Four rows of one layer's result, columns [begin, end) of the rings.
-inline void convolve_rows(const FastLayer& layer, const Number* const (&from)[fast_ring], std::ptrdiff_t pitch, Number* mixes,
-                          Number* const (&to)[kFastRows], int begin, int end) {
-    const std::ptrdiff_t mix_pitch = static_cast<std::ptrdiff_t>(layer.inputs) * fast_mix_pitch;
-    for (int first = begin; first < end; first += fast_columns) {
-        for (int input = 0; input < layer.inputs; ++input) {
-            const Number* rows[fast_ring];
-            for (int i = 0; i < fast_ring; ++i) rows[i] = from[i] + input * pitch + first - 1;
-            mix_rows(rows, mixes + input * fast_mix_pitch, mix_pitch);
-        }
-        const Number* weights = static_cast<const Number*>(layer.weights);
-        const float* biases = layer.biases;
-        for (int output = 0; output < layer.outputs;) {
-            Number* rows[kFastRows];
-            for (int i = 0; i < kFastRows; ++i) rows[i] = to[i] + output * pitch + first;
-            const int count = fast_output_block(layer.outputs - output, fast_outputs);
-            if (count == fast_outputs) {
-                convolve_columns<fast_outputs>(mixes, layer.inputs, weights, biases, layer.slope, rows, pitch, end - first);
-            } else if constexpr (8 % fast_outputs != 0) {
-                convolve_columns<4>(mixes, layer.inputs, weights, biases, layer.slope, rows, pitch, end - first);
-            }
-            output += count;
-            weights += static_cast<std::ptrdiff_t>(kFastMixes) * 3 * layer.inputs * count;
-            biases += count;
-        }
-    }
 }
 
 // The pixels of a row of cells, apart by their place in the cell.
@@ -273,12 +146,12 @@ class FastRun {
         for (int i = 0; i <= layers && tile_.left == 0; ++i) clear_left_of_image(scratch_.rings[i]);
         bool finite = true;
         for (int step = first - layers; step <= last; ++step) {
-            for (int row = 4 * step; row < 4 * step + kFastRows; ++row) finite &= load_row(row);
+            for (int row = 4 * step; row < 4 * step + kConvolutionRows; ++row) finite &= load_row(row);
             for (int i = 0; i < layers; ++i) {
                 if (step >= first - (layers - 1 - i)) convolve(i, 4 * step - i - 1);
             }
             if (step < first) continue;
-            for (int row = 4 * step - layers; row < 4 * step - layers + kFastRows; ++row) {
+            for (int row = 4 * step - layers; row < 4 * step - layers + kConvolutionRows; ++row) {
                 if (row >= tile_.top && row < tile_.bottom) write_row(row);
             }
         }
@@ -291,16 +164,16 @@ class FastRun {
     static int larger(int x, int y) { return x > y ? x : y; }
     static int smaller(int x, int y) { return x < y ? x : y; }
 
-    void clear_left_of_image(const FastRing& ring) const {
-        for (int row = 0; row < fast_ring * ring.channels; ++row) ring.data[row * ring.pitch + place(-1)] = Number(0);
+    void clear_left_of_image(const Ring& ring) const {
+        for (int row = 0; row < rows_in_ring * ring.channels; ++row) ring.data[row * ring.pitch + place(-1)] = Number(0);
     }
-    void clear_right_of_image(const FastRing& ring, int row) const {
+    void clear_right_of_image(const Ring& ring, int row) const {
         for (int channel = 0; channel < ring.channels; ++channel) ring.row(row)[channel * ring.pitch + place(tile_.width)] = Number(0);
     }
 
     // Reads a row of cells from both sources. The last row and column of the image are repeated to fill its cells.
     bool load_row(int row) {
-        const FastRing& ring = scratch_.rings[0];
+        const Ring& ring = scratch_.rings[0];
         if (!inside(tile_, row)) {
             ring.clear(row);
             return true;
@@ -334,17 +207,17 @@ class FastRun {
     }
 
     void convolve(int index, int row) {
-        const FastRing &from = scratch_.rings[index], &to = scratch_.rings[index + 1];
-        const Number* sources[fast_ring];
-        Number* targets[kFastRows];
-        for (int i = 0; i < fast_ring; ++i) sources[i] = from.row(row - 1 + i);
-        for (int i = 0; i < kFastRows; ++i) targets[i] = to.row(row + i);
-        if (row + kFastRows > 0 && row < tile_.height) {
+        const Ring &from = scratch_.rings[index], &to = scratch_.rings[index + 1];
+        const Number* sources[rows_in_ring];
+        Number* targets[kConvolutionRows];
+        for (int i = 0; i < rows_in_ring; ++i) sources[i] = from.row(row - 1 + i);
+        for (int i = 0; i < kConvolutionRows; ++i) targets[i] = to.row(row + i);
+        if (row + kConvolutionRows > 0 && row < tile_.height) {
             const int halo = image_.layer_count - 1 - index;
             const int begin = larger(0, tile_.left - halo), end = smaller(tile_.width, tile_.right + halo);
             convolve_rows(image_.layers[index], sources, from.pitch, scratch_.mixes, targets, place(begin), place(end));
         }
-        for (int i = row; i < row + kFastRows; ++i) {
+        for (int i = row; i < row + kConvolutionRows; ++i) {
             if (!inside(tile_, i)) {
                 to.clear(i);
             } else if (tile_.right + image_.layer_count > tile_.width) {
@@ -356,7 +229,7 @@ class FastRun {
     void write_row(int row) {
         const int factor = image_.factor, first = factor * tile_.left;
         const int count = smaller(image_.width, factor * tile_.right) - first;
-        const FastRing& ring = scratch_.rings[image_.layer_count];
+        const Ring& ring = scratch_.rings[image_.layer_count];
         for (int y = 0; y < factor && factor * row + y < image_.height; ++y) {
             float* const(&lines)[3] = scratch_.lines;
             read(image_.a, factor * row + y, tile_.left, tile_.right, lines[0]);

@@ -18,44 +18,6 @@ constexpr std::size_t kScratchBytes = std::size_t{1536} << 10;
 constexpr int kNarrowest = 32;      // columns of features
 constexpr int kRowsOfStatistics = 16;  // that one thread sums up at a time
 
-// The factors of the four plain rows in the product of each mix; see kFastMixes.
-void mixed_taps(const float* taps, double (&mixed)[kFastMixes]) {
-    const double root = std::sqrt(0.5);
-    const auto value = [&](double point) { return taps[0] + point * taps[3] + point * point * taps[6]; };
-    mixed[0] = taps[0];
-    mixed[1] = value(root) / -1.5;
-    mixed[2] = value(-root) / -1.5;
-    mixed[3] = value(2 * root) / 6;
-    mixed[4] = value(-2 * root) / 6;
-    mixed[5] = taps[6];
-}
-
-// Calls visit(packed, output, input, mix, column) in the order of the packed weights.
-template <class Visit>
-void visit_packed(int inputs, int outputs, int most, const Visit& visit) {
-    std::size_t packed = 0;
-    for (int first = 0, count = 0; first < outputs; first += count) {
-        count = fast_output_block(outputs - first, most);
-        for (int mix = 0; mix < kFastMixes; ++mix) {
-            for (int input = 0; input < inputs; ++input) {
-                for (int column = 0; column < 3; ++column) {
-                    for (int output = first; output < first + count; ++output) visit(packed++, output, input, mix, column);
-                }
-            }
-        }
-    }
-}
-
-Buffer packed_weights(const float* weights, int inputs, int outputs, int most) {
-    Buffer packed(static_cast<std::size_t>(kFastMixes) * 3 * static_cast<std::size_t>(inputs) * static_cast<std::size_t>(outputs));
-    visit_packed(inputs, outputs, most, [&](std::size_t at, int output, int input, int mix, int column) {
-        double mixed[kFastMixes];
-        mixed_taps(weights + (static_cast<std::ptrdiff_t>(output) * inputs + input) * 9 + column, mixed);
-        packed.data()[at] = static_cast<float>(mixed[mix]);
-    });
-    return packed;
-}
-
 bool all_finite(const FastStatistics& statistics) {
     return std::all_of(statistics.begin(), statistics.end(), [](double figure) { return std::isfinite(figure); });
 }
@@ -74,7 +36,8 @@ FastNetwork::FastNetwork(const FastLayout& layout, const float* flat, int thread
     dense_.assign(flat, flat + rows[dense_rows].offset);
     for (int i = 0; i < layout_.convolutions; ++i) {
         const Parameter &weight = rows[dense_rows + 2 * static_cast<std::size_t>(i)], &bias = rows[dense_rows + 2 * static_cast<std::size_t>(i) + 1];
-        Buffer packed = packed_weights(flat + weight.offset, layout_.inputs(i), layout_.outputs(i), kernels_.output_block);
+        Buffer packed(packed_count(layout_.inputs(i), layout_.outputs(i)));
+        pack_convolution(flat + weight.offset, layout_.inputs(i), layout_.outputs(i), kernels_.output_block, packed.data());
         layers_.push_back({Buffer(packed.count()), {flat + bias.offset, flat + bias.offset + bias.size}});
         kernels_.round(packed.data(), packed.count(), layers_.back().weights.data());
         if (i == 0) plain_weights_ = std::move(packed);
@@ -188,7 +151,7 @@ void FastNetwork::plan(int height, int width) {
         if (!fits && w / (strips + 1) >= kNarrowest) continue;
         const int lanes = kernels_.lanes, computed = (columns + std::min(strips - 1, 2) * reach / 2 + lanes - 1) / lanes * lanes;
         for (int bands = 1; bands == 1 || (bands <= threads && h / bands >= kNarrowest); ++bands) {
-            const int rows = (h + bands - 1) / bands + std::min(bands - 1, 2) * reach + kFastRows - 1;
+            const int rows = (h + bands - 1) / bands + std::min(bands - 1, 2) * reach + kConvolutionRows - 1;
             const double cost = static_cast<double>((strips * bands + threads - 1) / threads) * computed * rows;
             if (best_strips == 0 || cost < least) {
                 best_strips = strips;

@@ -57,7 +57,7 @@ class FastNetwork {
     Buffer plain_weights_, adapted_weights_;  // of the first layer, packed: as they are, and adapted to the image
     std::vector<float> plain_biases_;
     std::vector<Layer> layers_;  // the first one adapted to the image
-    std::vector<FastLayer> views_;
+    std::vector<Convolution> views_;
     ThreadPool pool_;
     std::mutex mutex_;
     Plan plan_;

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 
+#include "convolution_weights.hpp"
 #include "plane.hpp"
 
 namespace refusion {
@@ -66,12 +67,12 @@ struct BlockWeights {
     const float *out;  // channels x hidden
 };
 
-// Weights of the 3x3 convolutions: packed like pointwise ones over (tap, input).
+// Weights of the 3x3 convolutions.
 struct DenseWeights {
-    const float* lift_a;  // 1 -> 16
+    const float* lift_a;  // 1 -> 16, packed like pointwise ones over the taps
     const float* lift_b;
-    const float* narrow;  // 32 -> 16
-    const float* last;    // 16 -> 1, not packed
+    Convolution narrow;  // 32 -> 16, in fp32
+    const float* last;   // 16 -> 1, not packed
 };
 
 // What kernels compute in. bf16: the operands of the paper's network's matrix products; its sums and everything else are fp32.
@@ -82,6 +83,7 @@ enum class Precision { fp32, bf16, fp16 };
 struct Packing {
     Precision precision;
     int output_block;
+    int convolution_outputs;  // of a register block of a 3x3 convolution, at most
 };
 
 // Pixels one after another, each with its channels side by side; a pitch counts the numbers from one pixel to the next.
@@ -174,7 +176,8 @@ struct Kernels {
     void (*statistics[3])(const Tile&, const FeatureView& from, const BlockWeights&, double* products, float* scratch);
     // Pass 2 of a block: everything else.
     void (*transform[3])(const Tile&, const FeatureView& from, const FeatureView& to, const BlockWeights&, float* scratch);
-    // Last two convolutions.
+    // Last two convolutions, and the numbers of scratch that they need for tiles of so many columns.
+    std::size_t (*project_scratch)(int columns);
     void (*project)(const Tile&, const FeatureView& from, const PlaneTarget& to, const DenseWeights&, float* scratch);
     // What training is made of. `spread*`: by the number of operands less one.
     void (*product)(const Product&);

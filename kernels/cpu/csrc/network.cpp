@@ -60,6 +60,7 @@ struct Network::Image {
             strips[kind] = cut_strips(width, lanes, 4, kernels.scratch_bytes / static_cast<int>(sizeof(float)) / per_column);
             most = std::max(most, static_cast<std::size_t>(per_column) * columns(strips[kind], lanes));
         }
+        most = std::max(most, kernels.project_scratch(widest(strips[kDecoder])));
         wide_strips = cut_strips(width, lanes, 2, 1024);
         most = std::max(most, 4 * columns(wide_strips, lanes));
         scratch_per_thread = (most + kMargin + 15) / 16 * 16;
@@ -71,11 +72,15 @@ struct Network::Image {
         return static_cast<std::size_t>(height) * static_cast<std::size_t>(kChannels * pitch) + 2 * kMargin;
     }
 
+    static int widest(const std::vector<Span>& spans) {
+        int most = 0;
+        for (const Span& span : spans) most = std::max(most, span.last - span.first);
+        return most;
+    }
+
     // The widest strip with its overlap, in whole vectors.
     static std::size_t columns(const std::vector<Span>& spans, int lanes) {
-        int widest = 0;
-        for (const Span& span : spans) widest = std::max(widest, span.last - span.first);
-        return static_cast<std::size_t>((widest + 4 + lanes - 1) / lanes * lanes);
+        return static_cast<std::size_t>((widest(spans) + 4 + lanes - 1) / lanes * lanes);
     }
 
     FeatureView view(float* buffer, int first_channel) const {

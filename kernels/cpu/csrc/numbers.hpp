@@ -1,4 +1,4 @@
-// The numbers that the network `fast` computes its features in, float or half precision, and vectors of them.
+// The numbers that 3x3 convolutions are computed in, float or half precision, and vectors of them.
 #pragma once
 
 #include "kernels.hpp"

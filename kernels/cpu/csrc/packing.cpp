@@ -116,15 +116,9 @@ PackedWeights::PackedWeights(const float* flat, Packing packing) : flat_(flat, f
     single.precision = Precision::fp32;
     dense.lift_a = keep(pack(parameter("project_in_1.weight"), kDim, 9, single));
     dense.lift_b = keep(pack(parameter("project_in_2.weight"), kDim, 9, single));
-    // (output, input, tap) to (output, tap, input), so that one row of pixels serves all its inputs.
-    const float* narrow = parameter("project_out_0.weight");
-    Numbers by_tap;
-    for (int o = 0; o < kDim; ++o) {
-        for (int tap = 0; tap < 9; ++tap) {
-            for (int c = 0; c < 2 * kDim; ++c) by_tap.push_back(narrow[(o * 2 * kDim + c) * 9 + tap]);
-        }
-    }
-    dense.narrow = packed(by_tap.data(), kDim, 9 * 2 * kDim);
+    Numbers narrow(packed_count(2 * kDim, kDim));
+    pack_convolution(parameter("project_out_0.weight"), 2 * kDim, kDim, packing.convolution_outputs, narrow.data());
+    dense.narrow = {2 * kDim, kDim, keep(std::move(narrow)), keep(Numbers(kDim)), kLeak};
     dense.last = parameter("project_out_1.weight");
 }
 
