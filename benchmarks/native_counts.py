@@ -36,7 +36,8 @@ from refusion_edge.network.parameters import DIM, NUM_BLOCKS, NUM_HEADS, PARAMET
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 640
-TOOLS = ("cmake", "cc", "aarch64-linux-gnu-g++", "aarch64-linux-gnu-objdump", "aarch64-linux-gnu-addr2line", "qemu-aarch64")
+CROSS = "aarch64-linux-gnu-"
+TOOLS = ("cmake", "cc", f"{CROSS}g++", f"{CROSS}objdump", f"{CROSS}addr2line", "qemu-aarch64")
 
 # Which operation an instruction belongs to: the first pattern that a function matches, from the innermost inlined one out.
 _OPERATIONS = {
@@ -47,14 +48,15 @@ _OPERATIONS = {
     r"pointwise": "1x1",
     r"mix_rows": "mixes of rows",
     r"convolve_block": "convolutions",
+    r"write_block": "last convolution",
 }
 # The same where the outermost function says more.
 _ENDS = {
     ("lift", "1x1"): "first convolutions",
-    ("project", "1x1"): "32 to 16 channels",
-    ("project", "rest"): "last convolution",
 }
-_COUNTED = re.compile(r"refusion::neon(_bf16|_fp16)?::")
+_COUNTED = re.compile(r"refusion::(scalar|sse2|avx2|avx512|neon)(_\w+)?::")
+# F(4, 3): six mixes with three taps each make four rows, instead of nine taps for each row.
+_WINOGRAD = (6 * 3) / (4 * 9)
 _INSTRUCTION = re.compile(r"^ *([0-9a-f]+):\t([a-z0-9.]+)\s*([^/]*)")
 
 
@@ -149,8 +151,7 @@ def main() -> int:
 def multiply_adds(layout: FastLayout | None) -> dict[str, float]:
     """Multiply-adds per pixel by operation, counted from the layout of ``fast``; None for the paper's network."""
     if layout is not None:
-        # F(4, 3): six mixes with three taps each make four rows, instead of nine taps for each row.
-        return {"convolutions": layout.multiplications * (6 * 3) / (4 * 9)}
+        return {"convolutions": layout.multiplications * _WINOGRAD}
     shapes = {name: shape for name, shape in PARAMETERS.items() if len(shape) == 4}
 
     def weights(kind: tuple[int, ...], *, at_end: str = "") -> float:
@@ -165,7 +166,7 @@ def multiply_adds(layout: FastLayout | None) -> dict[str, float]:
         "1x1": float(pointwise),
         "depthwise": weights((1, 3, 3)) - first,
         "query-key products": float(sum(channels * (of_head + 2) for channels, of_head in blocks)),
-        "32 to 16 channels": weights((2 * DIM, 3, 3)),
+        "convolutions": weights((2 * DIM, 3, 3)) * _WINOGRAD,
         "last convolution": weights((DIM, 3, 3)),
     }
 
@@ -179,7 +180,7 @@ def build(folder: Path) -> tuple[Path, Path]:
     include = ROOT / "kernels/library/csrc/include"
     # Static and at fixed addresses, so that those that run are those of the file.
     options = ("-std=c++17", "-O2", "-static", "-no-pie", "-I", include)
-    _call("aarch64-linux-gnu-g++", *options, ROOT / "examples/fuse_pgm.cpp", library, "-o", program)
+    _call(f"{CROSS}g++", *options, ROOT / "examples/fuse_pgm.cpp", library, "-o", program)
     _call("cc", "-shared", "-fPIC", "-O2", Path(__file__).with_name("block_counts.c"), "-o", plugin)
     return program, plugin
 
@@ -219,15 +220,15 @@ def read_counts(lines: Iterable[str]) -> Counter[int]:
 
 def disassemble(program: Path) -> dict[int, tuple[str, str]]:
     """Mnemonic and operands at every address of a program."""
-    text = _call("aarch64-linux-gnu-objdump", "-d", "--no-show-raw-insn", program)
+    text = _call(f"{CROSS}objdump", "-d", "--no-show-raw-insn", program)
     return {int(found[1], 16): (found[2], found[3]) for line in text.splitlines() if (found := _INSTRUCTION.match(line))}
 
 
-def inlined_functions(program: Path, addresses: Iterable[int]) -> dict[int, list[str]]:
-    """Functions that every address lies in, the innermost inlined one first."""
+def inlined_functions(program: Path, addresses: Iterable[int], tools: str = CROSS) -> dict[int, list[str]]:
+    """Functions that every address lies in, the innermost inlined one first; ``tools``: what names of tools begin with."""
     chains: dict[int, list[str]] = {}
     asked = "\n".join(f"{address:x}" for address in addresses)
-    lines = _call("aarch64-linux-gnu-addr2line", "-a", "-f", "-i", "-C", "-e", program, asked=asked).splitlines()
+    lines = _call(f"{tools}addr2line", "-a", "-f", "-i", "-C", "-e", program, asked=asked).splitlines()
     chain: list[str] = []
     is_function = True
     for line in lines:  # an address, then function and place in turns

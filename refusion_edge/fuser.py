@@ -31,7 +31,15 @@ from refusion_edge.bundle.folder import EngineBundle, check_target, read_bundle,
 from refusion_edge.bundle.manifest import WEIGHTS, GateNotRun
 from refusion_edge.bundle.trust import require_trusted
 from refusion_edge.errors import CheckpointError, InputError, OutputError, UsageError
-from refusion_edge.images.color import OUTPUT_RANGES, ColorOrder, OutputRange, to_output_range, to_type
+from refusion_edge.images.color import (
+    MAX_GAIN,
+    OUTPUT_RANGES,
+    ColorOrder,
+    OutputRange,
+    is_limited,
+    to_output_range,
+    to_type,
+)
 from refusion_edge.images.conversion import to_still
 from refusion_edge.images.holders import take_out
 from refusion_edge.images.luma import Planes, to_planes
@@ -45,6 +53,9 @@ from refusion_edge.tasks import TASKS, Task, find_task
 ImageT = TypeVar("ImageT")
 
 _USUAL_HW = (480, 640)
+_LIMITED = Remark(
+    f"the fused image has little contrast, so it is not stretched to the full range: its contrast is raised {MAX_GAIN:g} times"
+)
 
 
 class FuseOptions(TypedDict, total=False):
@@ -191,23 +202,26 @@ class Fuser:
         for number, (one_a, one_b) in enumerate(zip(many_a, many_b, strict=True)):
             try:
                 planes = self.to_planes(one_a, one_b, color_order=color_order, a_range=a_range, b_range=b_range)
-                image = self._finished(planes, color=color, dtype=holder.dtype)
+                image, remarks = self._finished(planes, color=color, dtype=holder.dtype)
             except InputError as error:
                 if not holder.batched:
                     raise
                 raise error.within(f"pair {number} of the batch") from error
-            for remark in planes.remarks:
+            for remark in (*planes.remarks, *remarks):
                 count = f" ({remark.pixels} pixel{'s' if remark.pixels != 1 else ''})" if remark.pixels else ""
                 logging.getLogger("refusion_edge").warning("%s%s", remark.text, count)
             images.append(np.ascontiguousarray(image[..., ::-1]) if reverse and image.ndim == 3 else image)
         return holder.give_back(images)
 
-    def _finished(self, planes: Planes, *, color: bool, dtype: np.dtype[Any]) -> Array:
+    def _finished(self, planes: Planes, *, color: bool, dtype: np.dtype[Any]) -> tuple[Array, tuple[Remark, ...]]:
         """Run the network and all steps after it; an image of more than 8 bits is not rounded to 8 in between."""
         if dtype == np.uint8:
-            return self.to_image(self.infer(planes, color=color), planes, color=color)
+            output = self.infer(planes, color=color)
+            # Before a plane that was finished on the device becomes the image.
+            remarks = self.remarks_on(output)
+            return self.to_image(output, planes, color=color), remarks
         output = self._open_finisher().infer(planes.a, planes.b, finished=False)
-        return to_type(self._finish(output, planes, color=color, rounded=False), dtype)
+        return to_type(self._finish(output, planes, color=color, rounded=False), dtype), self.remarks_on(output)
 
     def _open_finisher(self) -> Finisher:
         if self._closed:
@@ -255,6 +269,10 @@ class Fuser:
             GateError: The output is not finite; the weights or the engine are broken.
         """
         return self._finish(output, planes, color=color).astype(np.uint8, copy=False)
+
+    def remarks_on(self, output: Float32Array | Uint8Array) -> tuple[Remark, ...]:
+        """What is worth saying about an output of ``infer``: whether it has too little contrast for a full stretch."""
+        return (_LIMITED,) if self.output_range == "stretch" and is_limited(output) else ()
 
     def _finish(self, output: Float32Array | Uint8Array, planes: Planes, *, color: bool, rounded: bool = True) -> Array:
         stretch = partial(to_output_range, output_range=self.output_range)

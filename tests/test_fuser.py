@@ -155,6 +155,20 @@ def test_images_that_cannot_be_fused_are_refused(fuser: refusion_edge.Fuser, pic
         fuser.fuse(np.zeros((20, 20), np.uint8), picture(20, 20))
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_a_limited_stretch_is_logged(rng: np.random.Generator, caplog: pytest.LogCaptureFixture, kind: type) -> None:
+    a, b = np.round(100 + rng.normal(0, 2, (2, 16, 20))).astype(np.uint8)
+    if kind is np.float32:
+        b = b / np.float32(255)
+    with load("ir_vis", network="fast", threads=1) as fuser:
+        fuser.fuse(a, b)
+    assert len(caplog.records) == 1
+    caplog.clear()
+    with load("ir_vis", network="fast", threads=1, output_range="fixed") as fuser:
+        fuser.fuse(a, b)
+    assert not caplog.records
+
+
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_broken_weights_make_no_image(random_state: State, picture: Picture) -> None:
     huge = {name: array * np.float32(1e15) for name, array in random_state.items()}

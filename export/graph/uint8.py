@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from refusion_edge.backends.tensorrt.settings import PlanSettings
-from refusion_edge.images.color import OutputRange
+from refusion_edge.images.color import MAX_GAIN, OutputRange
 from refusion_edge.network.graph import INPUT_A, INPUT_B, MEAN, OUTPUT, UINT8_INPUTS, UINT8_OUTPUTS
 
 _WHITE = 255.0
@@ -33,8 +33,8 @@ def add_uint8_output(model: onnx.ModelProto, levels: OutputRange) -> onnx.ModelP
 
     Args:
         model: A filled model; it is not changed.
-        levels: ``stretch`` maps the smallest value to 0, the largest to 255, and a constant plane to 0. ``fixed`` maps
-            [0, 1] to [0, 255].
+        levels: ``stretch`` maps the smallest value to 0 and the largest to 255, ``fixed`` [0, 1] to [0, 255], as
+            ``refusion_edge.images.color.to_output_range`` does.
 
     Returns:
         A copy of the model with the output ``levels_stretch`` or ``levels_fixed``, (1, 1, H, W) uint8, halves rounded down as
@@ -53,18 +53,24 @@ def add_uint8_output(model: onnx.ModelProto, levels: OutputRange) -> onnx.ModelP
         graph.node.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
         return name
 
-    axes, zero = constant("axes", [2, 3]), constant("zero", 0.0)
+    axes, zero, one = constant("axes", [2, 3]), constant("zero", 0.0), constant("one", 1.0)
+    half = constant("half", 0.5)
     node("ReduceMean", [OUTPUT, axes], MEAN)
     if levels == "fixed":
-        unit = node("Clip", [OUTPUT, zero, constant("one", 1.0)], "levels.unit")
+        unit = node("Clip", [OUTPUT, zero, one], "levels.unit")
     else:
         least, largest = (node(f"Reduce{which}", [OUTPUT, axes], f"levels.{which.lower()}") for which in ("Min", "Max"))
+        # As ``refusion_edge.images.color.widened``.
         span = node("Sub", [largest, least], "levels.span")
-        # In a constant plane both the span and every value above the minimum are 0.
-        divisor = node("Max", [span, constant("tiny", float(np.finfo(np.float32).tiny))], "levels.divisor")
-        unit = node("Div", [node("Sub", [OUTPUT, least], "levels.above"), divisor], "levels.unit")
+        width = node("Max", [span, constant("narrowest", 1 / MAX_GAIN)], "levels.width")
+        lacking = node("Mul", [node("Sub", [width, span], "levels.lacking"), half], "levels.margin")
+        middle = node("Sub", [least, lacking], "levels.middle")
+        lowest = node("Min", [least, zero], "levels.lowest")
+        highest = node("Sub", [node("Max", [largest, one], "levels.white_at_most"), width], "levels.highest")
+        black = node("Min", [node("Max", [middle, lowest], "levels.not_below"), highest], "levels.black")
+        unit = node("Div", [node("Sub", [OUTPUT, black], "levels.above"), width], "levels.unit")
     scaled = node("Mul", [unit, constant("white", _WHITE)], "levels.scaled")
-    rounded = node("Ceil", [node("Sub", [scaled, constant("half", 0.5)], "levels.below")], "levels.rounded")
+    rounded = node("Ceil", [node("Sub", [scaled, half], "levels.below")], "levels.rounded")
     # Casting minus zero to an unsigned type is undefined.
     node("Cast", [node("Max", [rounded, zero], "levels.whole")], UINT8_OUTPUTS[levels], to=TensorProto.UINT8)
     (plane,) = (output for output in graph.output if output.name == OUTPUT)

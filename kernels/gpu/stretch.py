@@ -1,6 +1,6 @@
-"""The fused plane stretched to 8 bits: its least value becomes 0 and its largest 255.
+"""The fused plane stretched to 8 bits: its least value becomes 0 and its largest 255, unless that takes a gain above 4.
 
-``u = floor(255 (f - min f) / (max f - min f) + 1/2)``; a constant plane becomes 0.
+``u = floor(255 (f - low) / width + 1/2)``, the range from the least to the largest value, widened to a quarter of [0, 1].
 
 Layout: fused (H, W) float32; extremes (strips, 2) float32 of ``head``; result (H, W) uint8.
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from refusion_edge.arrays import Array, Uint8Array
 from refusion_edge.cuda.program import Parameter
+from refusion_edge.images.color import MAX_GAIN, widened
 from refusion_edge.kernels.gpu.language import jit, tl
 from refusion_edge.kernels.gpu.source import SIZE, Source, features, float32_pointers, pointers
 
@@ -29,10 +30,8 @@ def stretch_reference(fused: Array, extremes: Array) -> Uint8Array:
         fused: (H, W) floating.
         extremes: Least and largest value of each strip, (strips, 2).
     """
-    low, high = extremes[:, 0].min(), extremes[:, 1].max()
-    if not high > low:
-        return np.zeros(fused.shape, np.uint8)
-    levels: Uint8Array = np.floor((fused - low) / (high - low) * 255 + 0.5).clip(0, 255).astype(np.uint8)
+    low, width = widened(float(extremes[:, 0].min()), float(extremes[:, 1].max()), 1 / MAX_GAIN)
+    levels: Uint8Array = np.floor((fused - low) / width * 255 + 0.5).clip(0, 255).astype(np.uint8)
     return levels
 
 
@@ -48,16 +47,18 @@ def stretch_kernel(fused_ptr, extremes_ptr, levels_ptr, height, width, strips, T
         low = tl.minimum(low, tl.load(extremes_ptr + 2 * strip, mask=strip < strips, other=float("inf")))
         high = tl.maximum(high, tl.load(extremes_ptr + 2 * strip + 1, mask=strip < strips, other=float("-inf")))
         start += CHUNK
+    # As ``refusion_edge.images.color.widened`` with a width of at least a quarter, the inverse of MAX_GAIN.
     least = tl.min(low, axis=0)
-    span = tl.max(high, axis=0) - least
-    # A constant plane has no span; dividing by one leaves its zeros.
-    span = tl.where(span > 0, span, 1.0)
+    largest = tl.max(high, axis=0)
+    width_shown = tl.maximum(largest - least, 0.25)
+    middle = least - (width_shown - (largest - least)) * 0.5
+    black = tl.minimum(tl.maximum(middle, tl.minimum(least, 0.0)), tl.maximum(largest, 1.0) - width_shown)
     for r in range(ROWS):
         y = tl.program_id(1) * ROWS + r
         inside = (x < width) & (y + tl.zeros([TILE], tl.int32) < height)
         offset = tl.cast(y, tl.int64) * width + x
         fused = tl.load(fused_ptr + offset, mask=inside, other=0.0)
-        level = tl.floor((fused - least) / span * 255.0 + 0.5)
+        level = tl.floor((fused - black) / width_shown * 255.0 + 0.5)
         tl.store(levels_ptr + offset, tl.minimum(tl.maximum(level, 0.0), 255.0).to(tl.uint8), mask=inside)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +70,16 @@ class FusePlan:
         return self.depths.apply(read_pair(paths, max_pixels=self.max_pixels))
 
     def fuse(self, fuser: Fuser, pair: ImagePair) -> tuple[Uint8Array, Planes]:
-        """Fuse a pair; errors as ``Fuser.fuse``."""
+        """Fuse a pair; errors as ``Fuser.fuse``.
+
+        Returns:
+            The image, and the planes that it was fused from, whose remarks include those on the result.
+        """
         planes = fuser.to_planes(*pair.stills, a_range=self.a_range, b_range=self.b_range)
         color = not self.gray
-        return fuser.to_image(fuser.infer(planes, color=color), planes, color=color), planes
+        output = fuser.infer(planes, color=color)
+        remarks = (*planes.remarks, *fuser.remarks_on(output))
+        return fuser.to_image(output, planes, color=color), replace(planes, remarks=remarks)
 
     def digest(self, backend: Backend | None) -> str:
         """Digest of what a result depends on besides its sources: weights, back end, version and options.

@@ -26,6 +26,10 @@ ColorOrder = Literal["rgb", "bgr"]
 
 CHROMA_ZERO = 0.5
 
+MAX_GAIN = 4.0
+"""What a stretch multiplies contrast by at most, for images and videos: in less than a quarter of the range, noise may be most
+of what there is."""
+
 _WHITE = 255.0
 _DTYPES = (np.uint8, np.uint16, np.int16, np.uint32, np.int32, np.float32, np.float64)
 _TO_GRAY = {"rgb": cv2.COLOR_RGB2GRAY, "bgr": cv2.COLOR_BGR2GRAY}
@@ -90,8 +94,8 @@ def to_output_range(fused: Float32Array, output_range: OutputRange) -> Float32Ar
 
     Args:
         fused: (H, W), the network's output.
-        output_range: ``stretch``: per-image minimum to 0 and maximum to 255, as the official script does; a
-            constant plane becomes 0. ``fixed``: [0, 1] to [0, 255], the same for every image.
+        output_range: ``stretch``: per-image minimum to 0 and maximum to 255, as the official script does, but with a gain of
+            ``MAX_GAIN`` at most, see ``widened``. ``fixed``: [0, 1] to [0, 255], the same for every image.
 
     Returns:
         (H, W) float32, [0, 255], not rounded.
@@ -99,13 +103,36 @@ def to_output_range(fused: Float32Array, output_range: OutputRange) -> Float32Ar
     if output_range == "fixed":
         fixed: Float32Array = fused.clip(0.0, 1.0) * np.float32(_WHITE)
         return fixed
-    low, high = fused.min(), fused.max()
-    if high <= low:
-        return np.zeros_like(fused)
-    stretched: Float32Array = fused - low
-    stretched /= high - low
+    low, width = widened(float(fused.min()), float(fused.max()), 1 / MAX_GAIN)
+    stretched: Float32Array = fused - fused.dtype.type(low)
+    stretched /= fused.dtype.type(width)
     stretched *= np.float32(_WHITE)
-    return stretched
+    return stretched.clip(0.0, _WHITE, out=stretched)
+
+
+def widened(low: float, high: float, least: float) -> tuple[float, float]:
+    """Widen a range to at least a width, around its middle, but not beyond [0, 1]: a dark image stays dark.
+
+    Args:
+        low: Lower end.
+        high: Upper end.
+        least: Least width, at most 1.
+
+    Returns:
+        Lower end and width.
+    """
+    width = max(high - low, least)
+    middle = low - (width - (high - low)) / 2
+    return min(max(middle, min(low, 0.0)), max(high, 1.0) - width), width
+
+
+def is_limited(output: Float32Array | Uint8Array) -> bool:
+    """Whether the limit of gain acts when a plane is stretched.
+
+    Args:
+        output: The network's output; or uint8, stretched on a device, which fills the range unless the limit has acted.
+    """
+    return float(output.max()) - float(output.min()) < (_WHITE if output.dtype == np.uint8 else 1 / MAX_GAIN)
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,25 @@ def test_pixels_without_a_value_show_the_other_source_and_are_counted(
     assert str(8 * 56) in capsys.readouterr().err
 
 
+def test_noise_alone_is_not_stretched_without_limit(rng: np.random.Generator, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, level in (("ir.png", 90), ("vis.png", 110)):
+        write_image(name, (level + rng.normal(0, 2, (40, 56))).round().astype(np.uint8))
+    shown, said, remarks = {}, {}, {}
+    for output_range in ("stretch", "fixed"):
+        assert (
+            fuse("ir.png", "vis.png", "-o", f"{output_range}.png", "--range", output_range, "--json", f"{output_range}.json")
+            == 0
+        )
+        shown[output_range] = read_image(f"{output_range}.png").astype(float)
+        remarks[output_range] = json.loads(Path(f"{output_range}.json").read_text())["remarks"]
+        said[output_range] = capsys.readouterr().err
+    assert shown["stretch"].std() == pytest.approx(4 * shown["fixed"].std(), rel=0.1)
+    (limited,) = [remark for remark in remarks["stretch"] if remark not in remarks["fixed"]]
+    assert len(limited["images"]) == 1
+    assert limited["text"] in said["stretch"]
+    assert limited["text"] not in said["fixed"]
+
+
 def test_a_fire_beyond_the_range_of_the_sensor_stays_hot(picture: Picture) -> None:
     levels, vis = levels_of(picture), np.full((40, 56), 60, np.uint8)
     vis[::2] = 80

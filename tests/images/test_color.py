@@ -16,6 +16,7 @@ from refusion_edge.images.color import (
     ColorOrder,
     check_pair,
     fuse_chroma,
+    is_limited,
     merge,
     merge_uint8,
     split,
@@ -57,15 +58,25 @@ planes = hnp.arrays(
 
 
 @given(planes)
-def test_stretch_uses_the_whole_range_and_keeps_order(fused: Float32Array) -> None:
+def test_stretch_keeps_order_and_uses_the_whole_range_up_to_a_gain_of_four(fused: Float32Array) -> None:
     stretched = to_output_range(fused, "stretch")
-    if fused.min() == fused.max():
-        assert not stretched.any()
-        return
-    assert stretched.min() == 0
-    assert stretched.max() == pytest.approx(255, rel=1e-6)
+    assert is_limited(fused) == (np.ptp(fused) < 0.25)
+    if is_limited(fused):
+        assert np.ptp(stretched) == pytest.approx(4 * 255 * float(np.ptp(fused)), abs=1e-3)
+        assert stretched.min() >= 0
+        assert stretched.max() <= 255
+    else:
+        assert stretched.min() == 0
+        assert stretched.max() == pytest.approx(255, rel=1e-6)
     order = np.argsort(fused, axis=None, kind="stable")
     assert (np.diff(stretched.ravel()[order]) >= 0).all()
+
+
+@pytest.mark.parametrize(("level", "shown"), [(0.0, 0.0), (0.05, 0.2), (0.5, 0.5), (0.95, 0.8), (1.0, 1.0)])
+def test_a_plane_without_contrast_is_neither_black_nor_white(level: float, shown: float) -> None:
+    flat = to_output_range(np.full((8, 8), level, np.float32), "stretch")
+    assert flat == pytest.approx(255 * shown, abs=1e-3)
+    assert is_limited(merge(flat, None))
 
 
 @given(planes)

@@ -77,9 +77,7 @@ class Projection {
         for (int step = first; step <= last; ++step) {
             for (int row = 4 * step; row < 4 * step + kConvolutionRows; ++row) load_row(row);
             convolve(4 * step - 1);
-            for (int row = 4 * step - 2; row < 4 * step + 2; ++row) {
-                if (row >= tile_.top && row < tile_.bottom) write_row(row);
-            }
+            write_rows(4 * step - 2);
         }
     }
 
@@ -122,27 +120,48 @@ class Projection {
         }
     }
 
-    void write_row(int row) {
+    // Four rows, of which those inside the tile are kept: a weight that is in a register serves all of them.
+    void write_rows(int row) {
         const Ring& from = scratch_.narrow;
-        const float* rows[3];
-        for (int dy = 0; dy < 3; ++dy) rows[dy] = from.row(row - 1 + dy) + 1;
-        char* target = to_.row(row) + static_cast<std::ptrdiff_t>(sizeof(float)) * tile_.left;
-        for (int v = 0; v < vectors_for(core_); ++v) {
-            Vec sums[3] = {};
-            for (int c = 0; c < from.channels; ++c) {
+        const float* rows[rows_in_ring];
+        for (int i = 0; i < rows_in_ring; ++i) rows[i] = from.row(row - 1 + i) + 1;
+        int v = 0;
+        for (; v + 2 <= vectors_for(core_); v += 2) write_block<2>(rows, row, v);
+        if (v < vectors_for(core_)) write_block<1>(rows, row, v);
+    }
+
+    template <int Vectors>
+    void write_block(const float* const (&rows)[rows_in_ring], int row, int first) const {
+        Vec sums[kConvolutionRows][Vectors] = {};
+#pragma GCC unroll 1
+        for (int c = 0; c < scratch_.narrow.channels; ++c) {
+            const std::ptrdiff_t at = c * scratch_.narrow.pitch + first * lanes;
 #pragma GCC unroll 3
-                for (int dy = 0; dy < 3; ++dy) {
-                    const Neighbors x = neighbors(rows[dy] + c * from.pitch + v * lanes);
-                    const float* weight = w_.last + 9 * c + 3 * dy;
-                    sums[dy] += x.left * weight[0];
-                    sums[dy] += x.middle * weight[1];
-                    sums[dy] += x.right * weight[2];
+            for (int dx = 0; dx < 3; ++dx) {
+                const float* weights = w_.last + 9 * c + dx;
+                const Vec taps[3] = {broadcast(weights[0]), broadcast(weights[3]), broadcast(weights[6])};
+#pragma GCC unroll 6
+                for (int i = 0; i < rows_in_ring; ++i) {
+#pragma GCC unroll 4
+                    for (int v = 0; v < Vectors; ++v) {
+                        const Vec x = in_register(load(rows[i] + at + dx + v * lanes));
+#pragma GCC unroll 3
+                        for (int dy = 0; dy < 3; ++dy) {
+                            if (i - dy >= 0 && i - dy < kConvolutionRows) sums[i - dy][v] += taps[dy] * x;
+                        }
+                    }
                 }
             }
-            const Vec fused = sigmoid(sums[0] + sums[1] + sums[2]);
-            const int count = core_ - v * lanes < lanes ? core_ - v * lanes : lanes;
-            // The target may lie at any address.
-            std::memcpy(target + v * static_cast<int>(sizeof(Vec)), &fused, sizeof(float) * static_cast<unsigned>(count));
+        }
+        for (int i = 0; i < kConvolutionRows; ++i) {
+            if (row + i < tile_.top || row + i >= tile_.bottom) continue;
+            char* target = to_.row(row + i) + static_cast<std::ptrdiff_t>(sizeof(float)) * (tile_.left + first * lanes);
+            for (int v = 0; v < Vectors; ++v) {
+                const Vec fused = sigmoid(sums[i][v]);
+                const int left = core_ - (first + v) * lanes, count = left < lanes ? left : lanes;
+                // The target may lie at any address.
+                std::memcpy(target + v * static_cast<int>(sizeof(Vec)), &fused, sizeof(float) * static_cast<unsigned>(count));
+            }
         }
     }
 

@@ -62,12 +62,32 @@ REFUSION_INLINE void depthwise_block(const Rows& rows, int column, const Vec (&t
     for (int v = 0; v < Vectors; ++v) out(column / lanes + v, sums[v]);
 }
 
+// One vector of results with few registers. The products of each row are added up on their own: what waits for one another is
+// a third as long, and x86 adds beside its multiply-adds.
+REFUSION_INLINE RowPair depthwise_vector(const Rows& rows, int column, const Vec (&taps)[9]) {
+    RowPair sum;
+#pragma GCC unroll 4
+    for (int row = 0; row < 4; ++row) {
+        const float* x = rows.row[row] + column;
+        const Vec left = in_register(load(x)), middle = in_register(load(x + 1)), right = in_register(load(x + 2));
+        const auto products = [&](int tap) { return taps[tap] * left + taps[tap + 1] * middle + taps[tap + 2] * right; };
+        if (row < 3) sum.top = row == 0 ? products(0) : sum.top + products(3 * row);
+        if (row > 0) sum.bottom = row == 1 ? products(0) : sum.bottom + products(3 * row - 3);
+    }
+    return sum;
+}
+
 // The same along the rows, for `vectors` vectors of results.
 template <class Out>
 REFUSION_INLINE void depthwise_rows(const Rows& rows, int vectors, const float* taps, const Out& out) {
     Vec kept[9];
 #pragma GCC unroll 9
     for (int i = 0; i < 9; ++i) kept[i] = broadcast(taps[i]);
+    if constexpr (few_registers) {
+#pragma GCC unroll 1
+        for (int v = 0; v < vectors; ++v) out(v, depthwise_vector(rows, v * lanes, kept));
+        return;
+    }
     int v = 0;
 #pragma GCC unroll 1
     for (; v + 2 <= vectors; v += 2) depthwise_block<2>(rows, v * lanes, kept, out);

@@ -1,4 +1,4 @@
-// Small matrix products: pointwise convolutions, and 3x3 convolutions seen as one over (tap, input).
+// Small matrix products: pointwise convolutions, and 3x3 convolutions of one channel seen as one over the taps.
 #pragma once
 
 #include "operand.hpp"

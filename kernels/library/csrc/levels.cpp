@@ -36,19 +36,19 @@ void read_row(const char* from, int width, const Scale& scale, float* to) {
 }
 
 template <class Level>
-void write_row(const float* from, int width, const Scale& scale, float low, float range, char* to) {
+void write_row(const float* from, int width, const Scale& scale, const Ends& ends, char* to) {
     for (int column = 0; column < width; ++column) {
-        const double value = range > 0 ? std::clamp(static_cast<double>(from[column] - low) / range, 0.0, 1.0) : 0.0;
+        const double value = std::clamp(static_cast<double>(from[column] - ends.low) / ends.width, 0.0, 1.0);
         const double level = scale.black + value * (static_cast<double>(scale.white) - scale.black);
         const auto rounded = static_cast<Level>(level + 0.5);
         std::memcpy(to + column * static_cast<std::ptrdiff_t>(sizeof rounded), &rounded, sizeof rounded);
     }
 }
 
-void write_floats(const float* from, int width, bool stretch, float low, float range, char* to) {
+void write_floats(const float* from, int width, bool stretch, const Ends& ends, char* to) {
     for (int column = 0; column < width; ++column) {
-        // A plane without contrast is black; one of NaN stays so.
-        const float value = !stretch ? from[column] : range == 0 ? 0.0f : (from[column] - low) / range;
+        // A plane of NaN stays so.
+        const float value = stretch ? (from[column] - ends.low) / ends.width : from[column];
         std::memcpy(to + column * static_cast<std::ptrdiff_t>(sizeof value), &value, sizeof value);
     }
 }
@@ -94,13 +94,13 @@ void write_levels(const std::vector<float>& from, int height, int width, bool st
                  static_cast<std::uint8_t*>(plane.pixels), plane.pitch);
         return;
     }
-    const float low = stretch ? *least : 0.0f, range = stretch ? *most - *least : 1.0f;
+    const Ends ends = stretch ? stretched_ends(*least, *most) : Ends{0.0f, 1.0f};
     for (int row = 0; row < height; ++row) {
         const float* in = from.data() + static_cast<std::ptrdiff_t>(row) * width;
         char* to = row_of(plane, row);
-        if (plane.type == REFUSION_EDGE_FLOAT) write_floats(in, width, stretch, low, range, to);
-        if (plane.type == REFUSION_EDGE_UINT8) write_row<std::uint8_t>(in, width, scale, low, range, to);
-        if (plane.type == REFUSION_EDGE_UINT16) write_row<std::uint16_t>(in, width, scale, low, range, to);
+        if (plane.type == REFUSION_EDGE_FLOAT) write_floats(in, width, stretch, ends, to);
+        if (plane.type == REFUSION_EDGE_UINT8) write_row<std::uint8_t>(in, width, scale, ends, to);
+        if (plane.type == REFUSION_EDGE_UINT16) write_row<std::uint16_t>(in, width, scale, ends, to);
     }
 }
 

@@ -16,6 +16,7 @@ from refusion_edge.images.ranges import Mask, find_invalid, own_range, without_s
 from refusion_edge.rig.model import GAIN_METHODS, POLARITIES, GainMethod, Polarity
 from refusion_edge.stream.frames import SECOND
 from refusion_edge.stream.processing.equalization import Equalizer
+from refusion_edge.stream.processing.noise import noise_limited
 from refusion_edge.stream.processing.smoothing import SmoothedRange, follow_share
 
 # This many pixels give a histogram that is right to a thousandth of the range; more only take time.
@@ -38,7 +39,7 @@ class ThermalGain:
     """Maps infrared images to luma. Use one instance per camera, with frames in order of time.
 
     Methods: ``linear`` stretches from the darkest to the brightest value, ``percentile`` over the scene's own range, without
-    outliers, as ``fuse`` does.
+    outliers, as ``fuse`` does. Of either range, noise is a fortieth at most.
     ``plateau`` adds histogram equalization with a plateau, ``clahe`` the same by tiles. Both raise contrast by a factor of at
     most 1.5 to 4, less for noisier images. 8-bit images have already passed through a gain control in the camera and stay
     unchanged.
@@ -156,6 +157,7 @@ class ThermalGain:
             raise InputError("no pixel of the infrared image has a value", "check the camera, or how the file was made")
         measured = without_saturation(values)
         low, high = (float(measured.min()), float(measured.max())) if self.method == "linear" else own_range(measured)
+        low, high = noise_limited(low, high, plane)
         lacking = max(0.0, (_MIN_FLOAT if plane.dtype.kind == "f" else _MIN_COUNTS) - (high - low)) / 2
         self._ends = self._range.update(low - lacking, high + lacking, time_ns)
         if self._equalizer is None:

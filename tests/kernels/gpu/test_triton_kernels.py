@@ -14,6 +14,7 @@ pytest.importorskip("torch", reason="Triton's interpreter takes torch tensors")
 from benchmarks import gpu_cases
 from benchmarks.gpu_cases import RELATIVE_ERROR, largest_error, launch, make_case
 from refusion_edge.errors import BackendError
+from refusion_edge.images.color import to_output_range
 from refusion_edge.kernels.gpu.folding import FoldedWeights
 from refusion_edge.kernels.gpu.schedule import SOURCES, make_schedule
 from tests.kernels.conftest import TILES
@@ -50,11 +51,14 @@ def test_black_features_give_even_mixing_weights_and_no_nan(folded: FoldedWeight
     assert largest_error(case, taps) <= RELATIVE_ERROR["float32"]
 
 
-def test_a_constant_plane_stretches_to_zero(folded: FoldedWeights) -> None:
+@pytest.mark.parametrize("ends", [(0.25, 0.25), (0.0, 0.1), (0.9, 1.0), (0.4, 0.6), (0.1, 0.9)])
+def test_contrast_is_raised_four_times_at_most(folded: FoldedWeights, ends: tuple[float, float]) -> None:
     case = make_case("stretch", (3, 5), "float32", folded, TILES)
-    case.operands["fused_ptr"][:] = 0.25
-    case.operands["extremes_ptr"][:] = 0.25
-    assert not launch(case)["levels_ptr"].any()
+    plane = np.linspace(*ends, 15, dtype=np.float32)
+    case.operands["fused_ptr"][:] = plane
+    case.operands["extremes_ptr"].reshape(-1, 2)[:] = ends
+    expected = to_output_range(plane[None], "stretch")[0]
+    assert np.abs(launch(case)["levels_ptr"].ravel() - expected).max() <= 0.5 + 1e-3
 
 
 @pytest.mark.parametrize(("place", "message"), [(-1, "around fused_ptr"), (0, "in z_ptr")])
