@@ -23,14 +23,20 @@ namespace {
 
 using nvinfer1::DataType;
 
-// Keeps the first error; later ones are consequences of it. TensorRT calls it from any thread.
+// Keeps the first error of a call; later ones are consequences of it. TensorRT calls it from any thread.
 class Log : public nvinfer1::ILogger {
   public:
+    // An error that did not end an earlier call must not explain a failure of the next one.
+    void clear() {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        first_[0] = '\0';
+    }
+
     void log(Severity severity, const char* text) noexcept override {
         if (severity > Severity::kERROR) return;
         const std::lock_guard<std::mutex> lock(mutex_);
         if (first_[0] != '\0') return;
-        std::strncpy(first_, text, sizeof first_ - 1);
+        std::strncpy(first_, text, sizeof first_ - 1);  // the last byte stays 0
         std::replace(first_, first_ + std::strlen(first_), '\n', ' ');
     }
 
@@ -110,6 +116,7 @@ class PlanEngine : public Engine {
         require_sides(height, width);
         const std::lock_guard<std::mutex> lock(mutex_);
         const CudaDriver::Current current(driver_);
+        log_.clear();
         prepare(height, width);
         pack_plane(a, height, width, hosts_[kA].data);
         pack_plane(b, height, width, hosts_[kB].data);

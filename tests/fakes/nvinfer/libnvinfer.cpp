@@ -39,7 +39,7 @@ void require(bool holds, const char* what) {
 }
 
 // The words of a plan: `fixed` for one size, `pixels` and `levels` for uint8 sources and results, `half` for another type, `code`
-// for host code, `other` for an unknown tensor, and `load`, `context`, `shape`, `run` or `capture` for what fails.
+// for host code, `other` for an unknown tensor, and `load`, `context`, `shape`, `run`, `capture` or `later` (the third run, for memory) for what fails.
 struct Plan {
     std::string words;
     bool has(const char* word) const { return words.find(word) != std::string::npos; }
@@ -102,6 +102,7 @@ class Context : public IExecutionContext, Counted {
         if (++enqueued; plan_.has("run") || (plan_.has("capture") && enqueued == 2)) {
             return log_.log(ILogger::Severity::kERROR, "an internal\nerror"), false;
         }
+        if (plan_.has("later") && enqueued == 3) return log_.log(ILogger::Severity::kERROR, "out of memory"), false;
         const auto at = [&](const char* name) { return addresses_.count(name) ? addresses_.at(name) : nullptr; };
         Block block{static_cast<float*>(at("a")), static_cast<float*>(at("b")), static_cast<std::uint8_t*>(at("a_pixels")),
                     static_cast<std::uint8_t*>(at("b_pixels")), static_cast<float*>(at("fused")), pixels()};

@@ -181,6 +181,12 @@ def fail_to_run(library: Any, fakes: Fakes, folder: Path) -> None:
             assert b"\n" not in library.error()
         library.destroy(engine)
         assert fakes.held == (0, 0, 0)
+    # The reason for a failure is its own, not an error that an image before survived.
+    engine = library.create_plan(str(write_plan_bundle(folder / "later", "capture later")).encode(), 0)
+    assert np.array_equal(fuse(library, engine, a, a + 1), a + 0.5)
+    assert fuse(library, engine, a, a) is None
+    assert library.error_code() == NO_MEMORY
+    library.destroy(engine)
     engine = library.create_plan(str(write_plan_bundle(folder / "fixed", "fixed")).encode(), 0)
     assert np.array_equal(fuse(library, engine, a, a + 1), a + 0.5)
     assert fuse(library, engine, a[:15], a[:15]) is None
