@@ -157,7 +157,7 @@ class ThermalGain:
             raise InputError("no pixel of the infrared image has a value", "check the camera, or how the file was made")
         measured = without_saturation(values)
         low, high = (float(measured.min()), float(measured.max())) if self.method == "linear" else own_range(measured)
-        low, high = noise_limited(low, high, plane)
+        low, high = noise_limited(low, high, plane, self.invalid)
         lacking = max(0.0, (_MIN_FLOAT if plane.dtype.kind == "f" else _MIN_COUNTS) - (high - low)) / 2
         self._ends = self._range.update(low - lacking, high + lacking, time_ns)
         if self._equalizer is None:

@@ -186,6 +186,14 @@ def test_the_noise_of_a_covered_camera_is_not_stretched(method: GainMethod, dtyp
     assert 0.4 < shown[-1].mean() < 0.6
 
 
+def test_a_border_without_values_does_not_hide_the_noise_of_a_covered_camera() -> None:
+    covered = np.random.default_rng(7).normal(21_000, 20, (120, 160)).round().astype(np.uint16)
+    covered[:20] = covered[-20:] = 0
+    gain = ThermalGain("percentile")
+    gain.update(covered, 0)
+    assert gain.apply(covered)[20:-20].std() < 1.1 / 40
+
+
 def test_wrong_settings_and_images_are_refused() -> None:
     for bad in ({"method": "agc"}, {"polarity": "gray"}, {"time_constant_s": -1}):
         with raises(UsageError, got=next(iter(bad.values()))):

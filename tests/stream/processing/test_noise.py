@@ -26,3 +26,14 @@ def test_texture_and_slopes_are_no_noise_beside_smooth_places() -> None:
 
 def test_a_frame_without_a_block_has_none() -> None:
     assert noise_of(np.random.default_rng(0).random((9, 300))) == 0
+
+
+def test_places_without_a_value_do_not_count() -> None:
+    plane = 20_000 + 20 * np.random.default_rng(2).standard_normal((240, 320))
+    holes = plane.astype(np.float32)
+    holes[50], holes[51], holes[100:103, 7], holes[200] = np.inf, -np.inf, np.nan, 3e38
+    assert noise_of(holes) == pytest.approx(20, rel=0.1)
+    border = plane.round().astype(np.uint16)
+    border[:40] = border[-40:] = 0
+    assert noise_of(border) == 0
+    assert noise_of(border, border == 0) == pytest.approx(20, rel=0.1)
