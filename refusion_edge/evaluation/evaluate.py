@@ -73,8 +73,8 @@ def evaluate(
         misregistration: Offsets to sweep over, or None.
         jobs: Processes for scoring; 0 for one per core.
         progress: Called for every step.
-        findings: Collects what was guessed or doubtful about the sources that engines fuse, and how many pixels were left
-            out of the scores.
+        findings: Collects what was guessed or doubtful about the sources that engines fuse, which of their results have too
+            little contrast for a full stretch, and how many pixels were left out of the scores.
         network: Network of the engines, or None for that of their weights, and ``refusion`` for a task.
         trivial: Whether to add max(a, b) and the average of the sources as methods, see ``refusion_edge.evaluation.trivial``.
         shard: The shard of the pairs to score; see ``refusion_edge.evaluation.shards``.
@@ -113,7 +113,8 @@ def evaluate(
                     whole=pairs,
                     done=progress(f"fusing: {name}", len(share)),
                     # All engines see the same sources.
-                    findings=findings if index == 0 else None,
+                    of_sources=findings if index == 0 else None,
+                    of_results=None if findings is None else (findings, name),
                 )
                 if wants_color:
                     in_color[name] = str(folder / f"{index}-color")
@@ -184,7 +185,8 @@ def fuse_pairs(
     *,
     color: bool,
     done: Callable[[], None],
-    findings: Findings | None = None,
+    of_sources: Findings | None = None,
+    of_results: tuple[Findings, str] | None = None,
     whole: Sequence[PairPaths] | None = None,
 ) -> None:
     """Fuse pairs and write the results as PNG files of the same names.
@@ -195,7 +197,8 @@ def fuse_pairs(
         folder: Output folder; created if needed.
         color: Whether to keep the color of the sources.
         done: Called after each pair.
-        findings: Collects what was guessed or doubtful about the sources.
+        of_sources: Collects what was guessed or doubtful about the sources.
+        of_results: Collects what is worth saying about the results, under the name of a method.
         whole: The set that the pairs are a part of, whose bit depths they have; None if they are all of it.
 
     Raises:
@@ -207,9 +210,13 @@ def fuse_pairs(
         pair = depths.apply(read_pair(paths))
         try:
             planes = fuser.to_planes(*pair.stills)
-            fused = fuser.to_image(fuser.infer(planes, color=color), planes, color=color)
-            if findings is not None:
-                findings.add(pair.name, planes.remarks)
+            output = fuser.infer(planes, color=color)
+            if of_sources is not None:
+                of_sources.add(pair.name, planes.remarks)
+            if of_results is not None:
+                findings, method = of_results
+                findings.add(pair.name, (replace(r, text=f"{method}: {r.text}") for r in fuser.remarks_on(output)))
+            fused = fuser.to_image(output, planes, color=color)
         except InputError as error:
             raise error.within(f"pair {pair.name}") from error
         write_image(folder / f"{paths.name}.png", fused)

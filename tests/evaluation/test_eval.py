@@ -309,6 +309,20 @@ def test_two_rules_without_parameters_stand_beside_every_method(dataset: Path, r
     assert "max(a, b)" in out
 
 
+def test_a_limited_stretch_is_said_of_every_method(run_cli: Cli) -> None:
+    rng = np.random.default_rng(5)
+    for folder in ("ir", "vis"):
+        write_image(f"{folder}/1.png", rng.normal(100, 2, (24, 32)).round().astype(np.uint8))
+    words = (*SOURCES[:-1], "--bundle", "ours=ir_vis", "--network", "fast", "--metrics", "SD", "--json", "r.json")
+    code, out, err = run_cli("eval", *words)
+    assert code == 0, err
+    found = {remark["text"]: remark["images"] for remark in read_json("r.json")["remarks"]}
+    for method in ("ours", "max(a, b)", "average"):
+        (text,) = [text for text in found if text.startswith(f"{method}: ")]
+        assert len(found[text]) == 1
+        assert text in out + err
+
+
 def _float_pair() -> tuple[Array, Array, Array]:
     """Infrared in Kelvin, visible, and a result, all as float TIFF without a gap."""
     rng = np.random.default_rng(3)
