@@ -275,8 +275,8 @@ def _replace(target: Path, before: os.stat_result | None, data: bytes, mode: int
         # Some file systems report a full disk or a quota only now.
         os.fsync(descriptor)
 
-    # A file that replaces none gets its own name at once. Otherwise, a process that is killed between the two names leaves the
-    # temporary one behind: a link cannot replace a file.
+    # A new file gets its own name at once. A link cannot replace a file, so a replacement has a temporary name first, which a
+    # process that is killed before the last step leaves behind.
     name = target if before is None else temporary
     try:
         if not _fill_unnamed(name, fill):

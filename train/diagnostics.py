@@ -141,8 +141,8 @@ def measure(
         device: Where to fuse.
 
     Returns:
-        ``NAME`` of the unstretched output and ``NAME_stretched`` of the output stretched to its range as the official
-        script does it; ``PSNR-sharp`` over the images made from a sharp one, ``PSNR-teacher`` if there is a teacher.
+        ``NAME`` of the output in the range ``fixed`` and ``NAME_stretched`` of that in the range ``stretch``; ``PSNR-sharp``
+        over the images made from a sharp one, ``PSNR-teacher`` if there is a teacher.
     """
     metrics = _metrics((*_LOGGED_METRICS, *names))
     values: dict[str, list[float]] = {}
