@@ -176,14 +176,20 @@ def test_the_mask_is_not_changed_to_read_it(monkeypatch: pytest.MonkeyPatch) -> 
     write_atomically(Path("file"), b"new")
 
 
-def test_data_is_on_the_disk_before_it_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[str] = []
-    fsync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda number: (done.append("fsync"), fsync(number))[1])
-    monkeypatch.setattr(Path, "replace", lambda path, to: (done.append("replace"), replace(path, to))[1])
-    Path("file").write_bytes(b"old")
+@pytest.mark.parametrize("replaced", [True, False])
+def test_data_is_on_the_disk_before_it_has_its_name(monkeypatch: pytest.MonkeyPatch, replaced: bool) -> None:
+    named: list[bool] = []
+    fsync = os.fsync
+
+    def note(number: int) -> None:
+        named.append(Path("file").exists() and Path("file").read_bytes() == b"new")
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", note)
+    if replaced:
+        Path("file").write_bytes(b"old")
     write_atomically(Path("file"), b"new")
-    assert done[:2] == ["fsync", "replace"]
+    assert named == [False, True]  # the second time, its folder
 
 
 def test_an_error_that_comes_late_leaves_the_old_file(monkeypatch: pytest.MonkeyPatch) -> None:
