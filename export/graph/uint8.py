@@ -60,14 +60,15 @@ def add_uint8_output(model: onnx.ModelProto, levels: OutputRange) -> onnx.ModelP
         unit = node("Clip", [OUTPUT, zero, one], "levels.unit")
     else:
         least, largest = (node(f"Reduce{which}", [OUTPUT, axes], f"levels.{which.lower()}") for which in ("Min", "Max"))
-        # As ``refusion_edge.images.color.widened``.
+        # As ``refusion_edge.images.color.widened``, but in float32: what is not widened begins at exactly the least value.
         span = node("Sub", [largest, least], "levels.span")
         width = node("Max", [span, constant("narrowest", 1 / MAX_GAIN)], "levels.width")
-        lacking = node("Mul", [node("Sub", [width, span], "levels.lacking"), half], "levels.margin")
-        middle = node("Sub", [least, lacking], "levels.middle")
-        lowest = node("Min", [least, zero], "levels.lowest")
-        highest = node("Sub", [node("Max", [largest, one], "levels.white_at_most"), width], "levels.highest")
-        black = node("Min", [node("Max", [middle, lowest], "levels.not_below"), highest], "levels.black")
+        lacking = node("Sub", [width, span], "levels.lacking")
+        room_below = node("Max", [least, zero], "levels.room_below")
+        room_above = node("Max", [node("Sub", [one, largest], "levels.to_one"), zero], "levels.room_above")
+        at_most = node("Min", [node("Mul", [lacking, half], "levels.middle"), room_below], "levels.at_most")
+        at_least = node("Sub", [lacking, room_above], "levels.at_least")
+        black = node("Sub", [least, node("Max", [at_most, at_least], "levels.margin")], "levels.black")
         unit = node("Div", [node("Sub", [OUTPUT, black], "levels.above"), width], "levels.unit")
     scaled = node("Mul", [unit, constant("white", _WHITE)], "levels.scaled")
     rounded = node("Ceil", [node("Sub", [scaled, half], "levels.below")], "levels.rounded")

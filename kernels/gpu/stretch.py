@@ -47,12 +47,14 @@ def stretch_kernel(fused_ptr, extremes_ptr, levels_ptr, height, width, strips, T
         low = tl.minimum(low, tl.load(extremes_ptr + 2 * strip, mask=strip < strips, other=float("inf")))
         high = tl.maximum(high, tl.load(extremes_ptr + 2 * strip + 1, mask=strip < strips, other=float("-inf")))
         start += CHUNK
-    # As ``refusion_edge.images.color.widened`` with a width of at least a quarter, the inverse of MAX_GAIN.
+    # As ``refusion_edge.images.color.widened`` with a width of at least a quarter, the inverse of MAX_GAIN, but in float32:
+    # what is not widened begins at exactly the least value.
     least = tl.min(low, axis=0)
     largest = tl.max(high, axis=0)
     width_shown = tl.maximum(largest - least, 0.25)
-    middle = least - (width_shown - (largest - least)) * 0.5
-    black = tl.minimum(tl.maximum(middle, tl.minimum(least, 0.0)), tl.maximum(largest, 1.0) - width_shown)
+    lacking = width_shown - (largest - least)
+    margin = tl.minimum(lacking * 0.5, tl.maximum(least, 0.0))
+    black = least - tl.maximum(margin, lacking - tl.maximum(1.0 - largest, 0.0))
     for r in range(ROWS):
         y = tl.program_id(1) * ROWS + r
         inside = (x < width) & (y + tl.zeros([TILE], tl.int32) < height)

@@ -8,7 +8,7 @@
 
 namespace refusion::REFUSION_ISA {
 
-inline constexpr int fast_halo = 16;             // columns in front of a tile; at least the number of layers
+inline constexpr int fast_halo = 16;  // columns in front of a tile; at least the number of layers
 static_assert(fast_halo >= kFastMostLayers);
 
 // How the scratch is cut for tiles of so many columns; without its start, only its size is found.

@@ -22,7 +22,7 @@ struct FastImage {
 struct FastKernels {
     const char* isa;
     Precision precision;
-    int lanes;         // numbers of this precision in a vector
+    int lanes;  // numbers of this precision in a vector
     ConvolutionPacking packing;
 
     // Rounds packed weights to numbers of this precision.

@@ -75,8 +75,8 @@ struct DenseWeights {
     const float* last;   // 16 -> 1, not packed
 };
 
-// What kernels compute in. bf16: the operands of matrix products and of the convolutions of the network `fast`; their sums and
-// everything else are fp32.
+// What kernels compute in. bf16: the operands of matrix products and of 3x3 convolutions between several channels; their sums
+// and everything else are fp32.
 // fp16: features, weights and sums of the network `fast`; its statistics and the composition of the result are fp32.
 enum class Precision { fp32, bf16, fp16 };
 

@@ -56,6 +56,14 @@ def test_levels_are_those_of_the_processor(levels: OutputRange, rng: np.random.G
         assert found["fused_mean"].ravel() == pytest.approx(plane.mean(), rel=1e-5)
 
 
+@pytest.mark.parametrize("ends", [(0.0, 0.25), (0.3, 0.9), (0.01, 1.0), (0.2, 1.0), (-0.7, 1.6)])
+def test_a_plane_with_enough_contrast_is_black_at_exactly_its_least_value(ends: tuple[float, float]) -> None:
+    model = add_uint8_output(passing_on(), "stretch")
+    model.graph.output.append(helper.make_tensor_value_info("levels.black", TensorProto.FLOAT, None))
+    plane = np.linspace(*ends, 64, dtype=np.float32).reshape(8, 8)
+    assert run(model, plane)["levels.black"] == plane.min()
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_the_mean_shows_what_levels_hide(value: float) -> None:
     plane = np.full((16, 16), 0.5, np.float32)

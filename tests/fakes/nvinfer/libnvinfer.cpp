@@ -39,7 +39,8 @@ void require(bool holds, const char* what) {
 }
 
 // The words of a plan: `fixed` for one size, `pixels` and `levels` for uint8 sources and results, `half` for another type, `code`
-// for host code, `other` for an unknown tensor, and `load`, `context`, `shape`, `run`, `capture` or `later` (the third run, for memory) for what fails.
+// for host code, `other` for an unknown tensor, and `load`, `context`, `shape`, `run`, `capture` or `later` (the third run, for
+// want of memory) for what fails.
 struct Plan {
     std::string words;
     bool has(const char* word) const { return words.find(word) != std::string::npos; }

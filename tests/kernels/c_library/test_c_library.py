@@ -365,7 +365,8 @@ def test_what_is_wrong_is_said_in_one_line(fuse_pgm: Path, fast_weights: Path) -
 def test_eight_bits_are_those_of_python(library: Any, rng: np.random.Generator) -> None:
     fused = (rng.random((31, 47)) * 0.8 + 0.1).astype(np.float32)
     fused[3, 4:7] = 0.0, 1.0, 0.5
-    for plane in (fused, np.full_like(fused, 0.25), fused * np.float32(0.1), 1 - fused * np.float32(0.1)):
+    narrow = fused * np.float32(0.1)
+    for plane in (fused, fused / 4, np.full_like(fused, 0.25), narrow, narrow + np.float32(0.45), 1 - narrow):
         for output_range in OUTPUT_RANGES:
             picture = np.full(plane.shape, 77, np.uint8)
             assert library.to_uint8(*passed(plane), *plane.shape, output_range == "stretch", *passed(picture)) == 0

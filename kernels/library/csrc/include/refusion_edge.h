@@ -95,8 +95,9 @@ typedef struct refusion_edge_plane {
 
 /* Fuse two planes into a third, each of any type. The size is as above. With `stretch`,
  * the darkest pixel of the result becomes black and the brightest white, as the official script does, but contrast is raised
- * four times at most; without, the same levels stand for the same values in every image, which video needs. A pixel that is not finite fails unless the result is
- * float. The result may be one of the sources. Returns 0, or a code on failure; the result is then untouched. */
+ * four times at most; without, the same levels stand for the same values in every image, which video needs. A pixel that is
+ * not finite fails unless the result is float. The result may be one of the sources. Returns 0, or a code on failure; the
+ * result is then untouched. */
 REFUSION_EDGE_API int refusion_edge_fuse_planes(refusion_edge* instance, const refusion_edge_plane* a,
                                                 const refusion_edge_plane* b, int height, int width, int stretch,
                                                 const refusion_edge_plane* fused);
@@ -118,7 +119,8 @@ REFUSION_EDGE_API int refusion_edge_statistics(refusion_edge* instance, const fl
 REFUSION_EDGE_API const char* refusion_edge_network(const refusion_edge* instance);
 
 /* Convert a fused plane to 8 bits: with `stretch`, its darkest pixel to 0 and its brightest to 255, as the official script
- * does, but raising contrast four times at most; without, [0, 1] to [0, 255], the same for every image, which video needs. Strides in bytes. */
+ * does, but contrast is raised four times at most; without, [0, 1] to [0, 255], the same for every image, which video needs.
+ * Strides in bytes. */
 REFUSION_EDGE_API int refusion_edge_to_uint8(const float* fused, ptrdiff_t fused_row_stride, int height, int width, int stretch,
                                              uint8_t* image, ptrdiff_t image_row_stride);
 
