@@ -121,9 +121,10 @@ def widened(low: float, high: float, least: float) -> tuple[float, float]:
     Returns:
         Lower end and width.
     """
-    width = max(high - low, least)
-    middle = low - (width - (high - low)) / 2
-    return min(max(middle, min(low, 0.0)), max(high, 1.0) - width), width
+    lacking = least - (high - low)
+    if lacking <= 0:
+        return low, high - low
+    return min(max(low - lacking / 2, min(low, 0.0)), max(high, 1.0) - least), least
 
 
 def is_limited(output: Float32Array | Uint8Array) -> bool:

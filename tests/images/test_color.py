@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -58,6 +58,7 @@ planes = hnp.arrays(
 
 
 @given(planes)
+@example(np.array([[1.2e-38, 1.0]], np.float32))
 def test_stretch_keeps_order_and_uses_the_whole_range_up_to_a_gain_of_four(fused: Float32Array) -> None:
     stretched = to_output_range(fused, "stretch")
     assert is_limited(fused) == (np.ptp(fused) < 0.25)

@@ -288,14 +288,23 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
 ) -> None:
     from refusion_edge import files
 
-    original = Path.replace
+    link, rename = os.link, Path.replace
 
-    def replace(self: Path, target: Path) -> Path:
-        if "step-0000004" in str(target):
+    # A file gets its name by one of the two.
+    def require_space(name: object) -> None:
+        if "step-0000004" in str(name):
             raise OSError(errno.ENOSPC, "No space left on device")
-        return original(self, target)
 
-    monkeypatch.setattr(files.Path, "replace", replace)
+    def link_or_fail(source: str, target: Path, **options: Any) -> None:
+        require_space(target)
+        link(source, target, **options)
+
+    def replace_or_fail(self: Path, target: Path) -> Path:
+        require_space(target)
+        return rename(self, target)
+
+    monkeypatch.setattr(files.os, "link", link_or_fail)
+    monkeypatch.setattr(files.Path, "replace", replace_or_fail)
     with raises(DiskFullError, "run/step-0000004.safetensors"):
         run_session(request(folder_of_pairs("data"), "run", "run.steps=6", "checkpoint.every=2"), quiet())
     assert [path.name for path in Path("run").glob("*step*")] == ["step-0000002.safetensors"]

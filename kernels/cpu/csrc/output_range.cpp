@@ -21,9 +21,10 @@ float pixel(const float* plane, std::ptrdiff_t stride, int row, int column) {
 }  // namespace
 
 Ends stretched_ends(float least, float largest) {
-    const double low = least, high = largest, width = std::max(high - low, 1 / kMaxGain);
-    const double middle = low - (width - (high - low)) / 2;
-    return {static_cast<float>(std::min(std::max(middle, std::min(low, 0.0)), std::max(high, 1.0) - width)), static_cast<float>(width)};
+    constexpr double width = 1 / kMaxGain;
+    const double low = least, high = largest, lacking = width - (high - low);
+    if (lacking <= 0) return {least, static_cast<float>(high - low)};
+    return {static_cast<float>(std::min(std::max(low - lacking / 2, std::min(low, 0.0)), std::max(high, 1.0) - width)), static_cast<float>(width)};
 }
 
 void to_uint8(const float* fused, std::ptrdiff_t fused_stride, int height, int width, bool stretch, std::uint8_t* image,
