@@ -54,7 +54,7 @@ ImageT = TypeVar("ImageT")
 
 _USUAL_HW = (480, 640)
 _LIMITED = Remark(
-    f"the fused image has little contrast, so it is not stretched to the full range: its contrast is raised {MAX_GAIN:g} times"
+    f"the fused image has little contrast, which is raised by a factor of {MAX_GAIN:g} instead of to the full range"
 )
 
 
